@@ -6,7 +6,7 @@
 import numpy as np
 import vesin
 
-from raypot.batch import Block, Booleans, EdgeBlock, Floats
+from raypot.structures import Block, Booleans, EdgeBlock, Floats
 
 
 def find_edges(block: Block, cutoff: float) -> EdgeBlock:
