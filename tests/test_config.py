@@ -34,7 +34,7 @@ class Run(Config):
     model: Annotated[Choice, OneOf({"wide": Wide, "deep": Deep}, "wide")] = Choice(
         name="wide", settings=Wide()
     )
-    loss: dict[str, Wide] = {}
+    loss: dict[str, Wide] = Field({})
 
 
 def test_choice_takes_the_named_member() -> None:

@@ -133,7 +133,7 @@ def verify_command(store: Path, as_json: bool) -> None:
     "--molecule",
     default="ethanol",
     show_default=True,
-    help="Name (ethanol, or one that ase.build.molecule knows) or a structure file.",
+    help="Name: ethanol, or one that ase.build.molecule knows.",
 )
 @click.option(
     "--temperatures",
@@ -147,7 +147,8 @@ def sample_command(
     output: Path, molecule: str, temperatures: str, n_structures: int, seed: int
 ) -> None:
     """Make labelled structures by GFN2-xTB molecular dynamics (extra `label`), as extended XYZ."""
-    from raypot.data.label import write_sample
+    from raypot.config import build
+    from raypot.data.sample import SampleConfig, write_sample
     from raypot.errors import UsageError
 
     try:
@@ -156,13 +157,13 @@ def sample_command(
         raise UsageError(
             f"--temperatures {temperatures!r}: expected numbers, e.g. 300,500"
         ) from error
+    wanted = {"temperatures": kelvin, "n_structures": n_structures, "seed": seed}
+    config = build(SampleConfig, wanted, "data sample")
     with StatusLine("sample") as line:
         write_sample(
+            molecule,
             output,
-            molecule=molecule,
-            temperatures=kelvin,
-            n_structures=n_structures,
-            seed=seed,
+            config,
             progress=lambda count: line.show(f"{count} of {n_structures} structures"),
         )
     say(f"wrote {output}")
