@@ -4,13 +4,18 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from raypot.structures import Block, EdgeBlock
+from raypot.properties import PROPERTIES
+from raypot.structures import Block, EdgeBlock, Integers
+
+NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class Batch(NamedTuple):
@@ -57,24 +62,70 @@ def collate(block: Block, edges: EdgeBlock, dtype: torch.dtype = torch.float32) 
         edges: their edges, in the same order.
         dtype: of every floating tensor.
     """
+    return collate_consecutive(block, edges, np.array([0, len(block)]), dtype)[0]
+
+
+def collate_consecutive(
+    block: Block, edges: EdgeBlock, bounds: Integers, dtype: torch.dtype = torch.float32
+) -> list[Batch]:
+    """Turn columns into consecutive batches; they share the memory of one conversion.
+
+    Args:
+        block: S structures with the labels that the batches shall carry.
+        edges: their edges, in the same order.
+        bounds: the first structure of each of B batches, and S at the end (B + 1,).
+        dtype: of every floating tensor.
+    """
     counts = block.n_atoms
-    first_atom = np.repeat(block.offsets[:-1], np.diff(edges.offsets))
-    return Batch(
-        numbers=torch.from_numpy(block.numbers),
-        structure=torch.from_numpy(np.repeat(np.arange(len(block)), counts)),
-        positions=torch.from_numpy(block.positions).to(dtype),
-        cell=torch.from_numpy(block.cell).to(dtype),
-        pbc=torch.from_numpy(block.pbc),
-        n_atoms=torch.from_numpy(counts).to(dtype),
-        total_charge=torch.from_numpy(block.total_charge).to(dtype),
-        spin=torch.from_numpy(block.spin).to(dtype),
-        weight=torch.from_numpy(block.weight).to(dtype),
-        row=torch.from_numpy(block.rows),
-        source=torch.from_numpy(edges.source + first_atom),
-        target=torch.from_numpy(edges.target + first_atom),
-        shift=torch.from_numpy(edges.shift).to(dtype),
-        labels={name: torch.from_numpy(x).to(dtype) for name, x in block.labels.items()},
-    )
+    first_structure = np.repeat(bounds[:-1], np.diff(bounds))  # of the batch it is in (S,)
+    first_atom = block.offsets[:-1] - block.offsets[first_structure]  # (S,)
+    first_of_edge = np.repeat(first_atom, np.diff(edges.offsets))  # (E,)
+    structure = np.repeat(np.arange(len(block)) - first_structure, counts)  # (N,)
+    cuts = {
+        "atom": _slices(block.offsets[bounds]),
+        "structure": _slices(bounds),
+        "edge": _slices(edges.offsets[bounds]),
+    }
+    fields = [  # in the order of Batch
+        _cut(block.numbers, cuts["atom"], dtype),
+        _cut(structure, cuts["atom"], dtype),
+        _cut(block.positions, cuts["atom"], dtype),
+        _cut(block.cell, cuts["structure"], dtype),
+        _cut(block.pbc, cuts["structure"], dtype),
+        _cut(counts.astype(np.float64), cuts["structure"], dtype),
+        _cut(block.total_charge, cuts["structure"], dtype),
+        _cut(block.spin, cuts["structure"], dtype),
+        _cut(block.weight, cuts["structure"], dtype),
+        _cut(block.rows, cuts["structure"], dtype),
+        _cut(edges.source + first_of_edge, cuts["edge"], dtype),
+        _cut(edges.target + first_of_edge, cuts["edge"], dtype),
+        _cut(edges.shift.astype(np.float64), cuts["edge"], dtype),
+    ]
+    labels = [_cut(x, cuts[PROPERTIES[name].level], dtype) for name, x in block.labels.items()]
+    return [
+        Batch._make(
+            [
+                *(field[k] for field in fields),
+                {name: label[k] for name, label in zip(block.labels, labels, strict=True)},
+            ]
+        )
+        for k in range(len(bounds) - 1)
+    ]
+
+
+def _slices(bounds: Integers) -> list[slice]:
+    return [slice(start, stop) for start, stop in pairwise(bounds.tolist())]
+
+
+def _cut(column: NDArray[Any], slices: list[slice], dtype: torch.dtype) -> list[Tensor]:
+    """Cut a column into tensors, floats in `dtype`.
+
+    The tensors start their own storage: views of a common one would be guarded by `torch.compile`.
+    """
+    if column.dtype.kind == "f":
+        column = column.astype(NUMPY_DTYPES.get(dtype, np.float64), copy=False)
+        return [torch.from_numpy(column[part]).to(dtype) for part in slices]
+    return [torch.from_numpy(column[part]) for part in slices]
 
 
 def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:

@@ -129,7 +129,23 @@ class EdgeBlock:
     def take(self, indices: Integers) -> "EdgeBlock":
         """Return the edges of the structures at `indices`, in that order."""
         picked, offsets = ragged_take(self.offsets, indices)
-        return EdgeBlock(self.source[picked], self.target[picked], self.shift[picked], offsets)
+        return EdgeBlock(
+            source=self.source.take(picked),
+            target=self.target.take(picked),
+            shift=self.shift.take(picked, axis=0),
+            offsets=offsets,
+        )
+
+    @classmethod
+    def concatenate(cls, blocks: Sequence["EdgeBlock"]) -> "EdgeBlock":
+        """Join the edges of structures, one block after the other."""
+        counts = [np.zeros(1, np.int64), *(np.diff(block.offsets) for block in blocks)]
+        return cls(
+            source=np.concatenate([np.zeros(0, np.int32), *(block.source for block in blocks)]),
+            target=np.concatenate([np.zeros(0, np.int32), *(block.target for block in blocks)]),
+            shift=np.concatenate([np.zeros((0, 3), np.int32), *(block.shift for block in blocks)]),
+            offsets=np.cumsum(np.concatenate(counts)),
+        )
 
 
 @dataclass(frozen=True)
@@ -219,17 +235,7 @@ class Block:
         """Join blocks that carry the same labels, one after the other."""
         counts = np.concatenate([block.n_atoms for block in blocks])
         columns = {
-            name: np.concatenate([getattr(block, name) for block in blocks])
-            for name in (
-                "numbers",
-                "positions",
-                "cell",
-                "pbc",
-                "total_charge",
-                "spin",
-                "weight",
-                "rows",
-            )
+            name: np.concatenate([getattr(block, name) for block in blocks]) for name in _COLUMNS
         }
         labels = {
             name: np.concatenate([block.labels[name] for block in blocks])

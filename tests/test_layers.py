@@ -23,7 +23,7 @@ FLOORS = (
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 OWN_PARTS = {"structures", "batch", "constants", "errors", "properties", "config"}
 RESTRICTED = {
-    "ray": {"train/worker.py", "tune/search.py", "data/label.py", "ensemble/predictor.py"},
+    "ray": {"train/worker.py", "tune/search", "data/label.py", "ensemble/predictor.py"},
     "optuna": {"tune/"},
     "zarr": {"data/store"},
     "torch.utils.data": set(),

@@ -7,7 +7,11 @@ from typing import Any
 
 import click
 
-from raypot.cli import inspect, prepare, train, tune, use
+from raypot.cli.inspect import doctor_command, schema_command, template_command
+from raypot.cli.prepare import data
+from raypot.cli.train import train_command
+from raypot.cli.tune import ensemble_command, tune_command
+from raypot.cli.use import evaluate_command, predict_command, report_command
 from raypot.errors import RaypotError
 
 EXIT_BUG, EXIT_STORAGE, EXIT_INTERRUPTED = 70, 74, 130
@@ -66,13 +70,16 @@ def main() -> None:
     """Turn quantum-chemistry data into a calibrated ensemble of interatomic potentials."""
 
 
-main.add_command(prepare.data)
-main.add_command(train.train_command)
-main.add_command(tune.tune_command)
-main.add_command(tune.ensemble_command)
-main.add_command(use.evaluate_command)
-main.add_command(use.predict_command)
-main.add_command(use.report_command)
-main.add_command(inspect.doctor_command)
-main.add_command(inspect.schema_command)
-main.add_command(inspect.template_command)
+for command in (
+    data,
+    train_command,
+    tune_command,
+    ensemble_command,
+    evaluate_command,
+    predict_command,
+    report_command,
+    doctor_command,
+    schema_command,
+    template_command,
+):
+    main.add_command(command)

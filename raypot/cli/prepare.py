@@ -80,7 +80,8 @@ def import_command(
         print_json(census | keys | {"warnings": report.warnings})
         return
     print_census(report.store, level, report.keys_used)
-    say(f"{len(report.quarantined)} structures left out; store: {store}")
+    say(f"{report.store.n_structures} structures imported, {len(report.quarantined)} left out")
+    click.echo(f"store: {store}")
 
 
 def _card(card_file: Path | None, sources: tuple[Path, ...], keys: dict[str, str | None]) -> Any:

@@ -22,10 +22,10 @@ FILE = click.Path(path_type=Path)
 @json_option
 def evaluate_command(model: Path, data: Path, split: str | None, as_json: bool) -> None:
     """Compare MODEL with the labels of DATA, a store or any readable structure file."""
-    import raypot
     from raypot.ensemble.evaluate import evaluate
+    from raypot.ensemble.predictor import Predictor
 
-    result = evaluate(raypot.load(model), data, split=split)
+    result = evaluate(Predictor.load(model), data, split=split)
     if as_json:
         print_json(result)
     else:
@@ -77,11 +77,11 @@ def print_evaluation(result: dict[str, Any]) -> None:
 )
 def predict_command(model: Path, source: Path, output: Path, properties: str) -> None:
     """Predict the structures of SOURCE with MODEL and write OUTPUT (.xyz, .parquet or .arrow)."""
-    import raypot
     from raypot.ensemble.output import predict_file
+    from raypot.ensemble.predictor import Predictor
 
     names = tuple(name.strip() for name in properties.split(","))
-    count = predict_file(raypot.load(model), source, output, names)
+    count = predict_file(Predictor.load(model), source, output, names)
     say(f"{count} structures predicted")
     click.echo(str(output))
 

@@ -90,7 +90,7 @@ def test_a_nan_label_is_refused_or_set_aside(tmp_path: Path, ethanol: list[Struc
     assert "forces" in line
     code, line = raypot("data", "import", raw, tmp_path / "b.zarr")
     assert code == 0
-    assert "1 structures left out" in line
+    assert "2 structures imported, 1 left out" in line
 
 
 def test_a_truncated_shard_is_named(tmp_path: Path, store: Path) -> None:

@@ -1,0 +1,1 @@
+"""Raw files, the store, and what reads it: import, splits, targets, loader."""

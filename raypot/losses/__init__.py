@@ -1,0 +1,1 @@
+"""Loss terms, their weights over time, and the same errors as metrics."""

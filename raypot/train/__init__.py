@@ -1,0 +1,1 @@
+"""Training: the pure step, optimizers, the loop, checkpoints and workers."""

@@ -1,0 +1,1 @@
+"""Search over run files with ranges: the space, the study on disk, and the trials that fill it."""
