@@ -1,4 +1,4 @@
-"""Thermal samples of one molecule: Langevin dynamics, and the file of its frames.
+"""Thermal samples of one molecule: Langevin dynamics on a reference method, labelled.
 
 Molecular dynamics is chaotic: a difference in the last bit, from another processor or another
 number of threads, grows about tenfold every one or two picoseconds. Positions and velocities are
@@ -11,7 +11,8 @@ eq. 23, as implemented in ASE.
 
 import gzip
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +20,16 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from raypot.config import Config
+from raypot.config import Config, did_you_mean
 from raypot.constants import SYMBOLS
-from raypot.errors import LabelError, StorageError
+from raypot.data.label import METHODS, label
+from raypot.errors import ConfigError, LabelError, OutputError, StorageError
 from raypot.structures import Floats, Structure
 
 POSITION_DECIMALS = 6  # Å; the frames are labelled after rounding, so the labels are exact
 VELOCITY_DECIMALS = 8  # ASE's unit of velocity, 0.098 Å/fs
 FRICTION = 0.02  # 1/fs: energies of frames 100 fs apart are independent
+MOLECULES = {"ethanol": "CH3CH2OH", "water": "H2O", "methanol": "CH3OH", "ammonia": "NH3"}
 
 
 class SampleConfig(Config):
@@ -49,6 +52,101 @@ class SampleConfig(Config):
     timestep: float = Field(0.5, gt=0.0, le=2.0)
     interval: float = Field(100.0, gt=0.0)
     equilibration: float = Field(1000.0, ge=0.0)
+
+
+def write_sample(
+    name: str,
+    output: Path,
+    config: SampleConfig,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write a labelled thermal sample of one molecule, by GFN2-xTB, as extended XYZ.
+
+    Args:
+        name: see `read_molecule`.
+        output: a name that ends in `.xyz` or `.xyz.gz` and does not exist.
+        config: temperatures, number of frames, times.
+        progress: called with the number of frames done, after each.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        OutputError: the file exists or cannot be created.
+        StorageError: writing failed.
+        ConfigError: no such molecule.
+        LabelError: the molecule cannot be labelled.
+        MissingExtra: tblite is not installed.
+    """
+    if output.exists():
+        raise OutputError(f"{output}: exists already; remove it or choose another name")
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise OutputError(f"{output}: its folder does not exist or is not writable")
+    frames = []
+    for frame in sample(read_molecule(name), config):
+        frames.append(frame)
+        if progress is not None:
+            progress(len(frames))
+    write_frames(output, frames)
+    return len(frames)
+
+
+def sample(start: Structure, config: SampleConfig, method: str = "gfn2") -> Iterator[Structure]:
+    """Yield labelled frames of Langevin dynamics, one temperature after the other in time order.
+
+    Frames are centered at their center of mass and carry `config_type` such as `300K`. None is
+    left out: a geometry that cannot be labelled ends the sampling.
+
+    Args:
+        start: a molecule near equilibrium, with more than one atom.
+        config: temperatures, number of frames, times.
+        method: a key of `METHODS`.
+
+    Raises:
+        MissingExtra: tblite is not installed.
+        ConfigError: no such method.
+        LabelError: the molecule cannot be labelled.
+    """
+    share, rest = divmod(config.n_structures, len(config.temperatures))
+    for index, temperature in enumerate(config.temperatures):
+        frames = trajectory(_moving_atoms(start, method), temperature, config)
+        for positions in islice(frames, share + (index < rest)):
+            frame = replace(start, positions=positions, config_type=f"{temperature:g}K")
+            yield label(frame, method)
+
+
+def read_molecule(name: str) -> Structure:
+    """Return the first geometry of a structure file, or a named molecule from ASE's G2 set.
+
+    Args:
+        name: an existing file that ASE reads, a word of `MOLECULES`, or a name of
+            `ase.build.molecule` such as `CH3CH2OH`.
+
+    Raises:
+        ConfigError: no such molecule.
+    """
+    import ase.io
+    from ase.build import molecule as build_molecule
+    from ase.collections import g2
+
+    if Path(name).is_file():
+        atoms = ase.io.read(name, index=0)
+    else:
+        formula = MOLECULES.get(name, name)
+        if formula not in g2.names:
+            near = did_you_mean(name, MOLECULES)
+            raise ConfigError(f"molecule {name!r}: neither a file nor a known name{near}")
+        atoms = build_molecule(formula)
+    unpaired = abs(float(atoms.get_initial_magnetic_moments().sum()))
+    return Structure(
+        atoms.numbers,
+        atoms.positions,
+        cell=np.asarray(atoms.cell),
+        pbc=atoms.pbc,
+        total_charge=float(atoms.info.get("total_charge", 0.0)),
+        spin=float(atoms.info.get("spin", 1 + round(unpaired))),
+        source=(name, 0),
+    )
 
 
 def trajectory(atoms: Any, temperature: float, config: SampleConfig) -> Iterator[Floats]:
@@ -95,6 +193,23 @@ def _snapped_frames(dynamics: Any, atoms: Any, steps: int) -> Iterator[Floats]:
         atoms.positions = centered.round(POSITION_DECIMALS)
         atoms.set_velocities(atoms.get_velocities().round(VELOCITY_DECIMALS))
         yield atoms.positions.copy()
+
+
+def _moving_atoms(start: Structure, method: str) -> Any:
+    """Return ASE atoms of `start` with a calculator for the dynamics."""
+    from ase import Atoms
+
+    label(start, method)  # what is wrong with the method or the molecule is said here
+    from tblite.ase import TBLite
+
+    atoms = Atoms(start.numbers, start.positions)
+    atoms.calc = TBLite(
+        method=METHODS[method],
+        charge=start.total_charge,
+        multiplicity=round(start.spin),
+        verbosity=0,
+    )
+    return atoms
 
 
 def write_frames(output: Path, frames: Iterable[Structure]) -> None:

@@ -3,7 +3,6 @@
 **Shapes** M members, n labelled components of all structures of a role.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from raypot.ensemble.predictor import Predictor
 from raypot.structures import Block, Floats, Integers
 
 MAX_STRUCTURES = 2000  # of one role; drawn at random from larger ones
+SAME = 1.001  # ratio up to which two error bars count as equal
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Judged:
     def error(self) -> Floats:
         """Prediction minus label (n,)."""
         return self.predicted - self.reference
+
+    @property
+    def has_own_bars(self) -> bool:
+        """Whether the calibrated error bars differ from value to value."""
+        return self.std is not None and bool(self.std.max() > SAME * self.std.min())
 
     def measures(self) -> dict[str, float]:
         """Return `rmse` and `mae`, and the measures of the error bars where there are some."""
@@ -87,11 +92,6 @@ def judge_rows(predictor: Predictor, store: Store, rows: Integers, level: str) -
     prediction = predictor.predict(block, names, members=True)
     judged = [_judge(name, predictor, block, prediction) for name in names]
     return [one for one in judged if len(one.reference)]
-
-
-def only_barred(judged: Sequence[Judged]) -> list[Judged]:
-    """Return those with calibrated error bars."""
-    return [one for one in judged if one.std is not None]
 
 
 def _judge(name: str, predictor: Predictor, block: Block, prediction: Prediction) -> Judged:

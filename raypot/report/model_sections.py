@@ -177,23 +177,32 @@ def uncertainty_section(evidence: Evidence) -> list[Section]:
     for one in judged:
         measures = one.measures()
         rows.append((label_of(one.name), *[measures[key] for key in MEASURES]))
-    pictures = (
+    pictures = [
         Picture(
             [reliability(one, "test") for one in judged],
             "Share of errors inside of central intervals, over what a normal distribution "
             "promises. On the line: honest. Below: too sure of itself. Dashed: the spread "
             "between members, before calibration.",
         ),
-        Picture(
-            [error_against_std(one, one.std, "test") for one in judged if one.std is not None],
+    ]
+    varied = [error_against_std(one, "test") for one in judged if one.has_own_bars]
+    if varied:
+        caption = (
             "Each value's error over its calibrated uncertainty. The RMS error of equal bins "
-            "should follow the line.",
-        ),
-    )
-    text = (
+            "should follow the line."
+        )
+        pictures.append(Picture(varied, caption))
+    text = [
         "Fitted on the calibration rows, judged on test. Best values: coverage 90 %, area 0, "
-        "ENCE 0, NLL below that of a constant bar, Spearman near its ceiling.",
-    )
+        "ENCE 0, NLL below that of a constant bar, Spearman near its ceiling."
+    ]
+    text += [
+        f"{label_of(one.name).capitalize()}: one error bar for all values, because on the "
+        "calibration rows the spread between members told nothing about the errors, or because "
+        "there is one member."
+        for one in judged
+        if not one.has_own_bars
+    ]
     table = Table(("property", *MEASURES.values()), rows)
     return [Section("Error bars", text, pictures, (table,))]
 

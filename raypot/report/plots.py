@@ -121,6 +121,14 @@ def log_scale(axes: Any, *directions: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def count_along(axes: Any, name: str) -> None:
+    """Name the x axis after what it counts, with whole numbers at its ticks."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
 def learning_curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """Plot loss, validation errors and learning rate of one run over its epochs."""
     names = [key.split("/")[1] for key in rows[-1] if re.fullmatch(r"val/\w+/rmse", key)]
@@ -152,7 +160,8 @@ def _lines(
                 marker = "." if len(points) == 1 else ""
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, color=color, label=name, linewidth=1.3, marker=marker)
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(ylabel=label)
+        count_along(axes, "epoch")
         log_scale(axes, "y")
         if len(lines) > 1:
             axes.legend()

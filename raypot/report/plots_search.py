@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from raypot.report.plots import BLUE, GRAY, GREEN, ORANGE, RED, draw_svg, log_scale, thin
+from raypot.report.plots import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    RED,
+    count_along,
+    draw_svg,
+    log_scale,
+    thin,
+)
 from raypot.tune.trial import TrialRow
 
 MAX_TRIALS = 60  # curves in one plot
@@ -34,7 +44,8 @@ def search_history(trials: Sequence[TrialRow], title: str) -> str:
         for trial in trials:
             if trial.state == "failed":
                 panel.axvline(trial.number, color=RED, linestyle=":", linewidth=1.0)
-        panel.set(xlabel="trial", ylabel="score on val (lower is better)")
+        count_along(panel, "trial")
+        panel.set(ylabel="score on val (lower is better)")
         log_scale(panel, "y")
         panel.margins(x=0.04)
         panel.legend()
@@ -73,7 +84,8 @@ def trial_curves(trials: Sequence[TrialRow], curves: Curves, best: int | None, t
             panel.plot([], [], color=BLUE, linewidth=2.0, label=f"best: trial {best}")
         panel.plot([], [], color=GRAY, linewidth=0.8, label="others")
         panel.scatter([], [], marker="x", color=ORANGE, s=24, label="pruned here")
-        panel.set(xlabel="epoch", ylabel="score on val")
+        count_along(panel, "epoch")
+        panel.set(ylabel="score on val")
         log_scale(panel, "y")
         panel.legend()
 

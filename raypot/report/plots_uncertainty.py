@@ -40,9 +40,10 @@ def reliability(one: Judged, role: str) -> str:
     return draw_svg(f"{label_of(one.name)} on {role}: reliability of the error bars", draw)
 
 
-def error_against_std(one: Judged, std: Floats, role: str) -> str:
+def error_against_std(one: Judged, role: str) -> str:
     """Plot absolute errors over calibrated uncertainties, with the RMS error of bins."""
     factor, unit = unit_of(one.name)
+    std = np.zeros_like(one.error) if one.std is None else one.std
     visible = (std > 0) & (one.error != 0)  # on logarithmic axes
     bars, errors = std[visible] * factor, np.abs(one.error[visible]) * factor
 

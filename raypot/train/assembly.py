@@ -9,7 +9,7 @@ from raypot.losses.weighting import TotalLoss
 from raypot.models import AtomisticModel, build_model, outputs_for
 from raypot.structures import Integers
 from raypot.train.learner import Learner
-from raypot.train.loop import Parts
+from raypot.train.parts import Parts
 from raypot.train.ranks import Ranks
 from raypot.train.settings import RunConfig, RuntimeConfig
 from raypot.train.start import Start

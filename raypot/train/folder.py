@@ -49,6 +49,17 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.checkpoints = path / "checkpoints"
 
+    def create(self) -> None:
+        """Create the folder.
+
+        Raises:
+            OutputError: it cannot be created there.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise failed(self.path, error, "nothing was trained") from error
+
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Create the folder and keep other processes from training in it.
@@ -59,8 +70,8 @@ class RunFolder:
             OutputError: the folder cannot be created or written to.
             Busy: another process trains here.
         """
+        self.create()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise failed(self.path, error, "nothing was trained") from error

@@ -102,11 +102,14 @@ def build_optimizer(
         clip_grad: largest norm of the gradient of all parameters; None or 0: no clipping.
 
     Raises:
-        ConfigError: nothing to train, or a tensor without floating numbers.
+        ConfigError: nothing to train, or a tensor that the kernels cannot take.
     """
     for name, tensor in parameters.items():
-        if not tensor.is_floating_point():
-            raise ConfigError(f"optimizer: {name} is {tensor.dtype}, expected floating numbers")
+        if not tensor.is_floating_point() or not tensor.is_contiguous():
+            raise ConfigError(
+                f"optimizer: {name} is {tensor.dtype} with strides {tensor.stride()}, "
+                "expected floating numbers without gaps"
+            )
     if not parameters:
         raise ConfigError("optimizer: the model has no parameters to train")
     return Optimizer(choice, parameters, clip_grad)
@@ -164,16 +167,17 @@ class Optimizer:
         """Clip the gradients and take one step; a gradient that is not finite changes nothing.
 
         Args:
-            gradients: one for each parameter, by name; they are changed in place.
+            gradients: one for each parameter, by name; they are left as they are.
 
         Returns:
             The norm before clipping () on the device; infinite or NaN where the step was skipped.
         """
-        given = [gradients[name] for name in self._live]
+        # The fused kernels read memory in order and do not look at strides.
+        given = [gradients[name].contiguous() for name in self._live]
         norm = torch.nn.utils.get_total_norm(given)
         is_bad = (~norm.isfinite()).to(torch.float32)
         if self.clip_grad is not None:
-            torch._foreach_mul_(given, (self.clip_grad / (norm + 1e-6)).clamp(max=1.0))
+            given = list(torch._foreach_mul(given, (self.clip_grad / (norm + 1e-6)).clamp(max=1.0)))
         for parameter, gradient in zip(self._live.values(), given, strict=True):
             parameter.grad = gradient
         self._inner.found_inf = is_bad  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ class Recorder:
         metrics: the `metrics.jsonl` file.
         tensorboard: folder of the TensorBoard files.
         epochs_done: epochs of the checkpoint; 0 for a new run.
+
+    Raises:
+        StorageError: the disk is full or failed.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, epochs_done: int) -> None:
         self.metrics = metrics
-        self.tensorboard = tensorboard
-        self.epochs_done = epochs_done
-        self._board: Any = None
         kept = [row for row in read_rows(metrics) if row["epoch"] <= epochs_done]
         write_whole(metrics, "".join(_line(row) for row in kept).encode())
+        try:
+            self._board = _Board(tensorboard, epochs_done)
+        except OSError as error:
+            raise failed(tensorboard, error, "nothing is lost") from error
 
     def add(self, row: Mapping[str, float]) -> None:
         """Append the row of an epoch; a value that is not finite is left out.
@@ -36,26 +41,52 @@ class Recorder:
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(_line(finite))
-            self._add_to_board(finite)
+            self._board.add(finite)
         except OSError as error:
             raise failed(self.metrics, error, "the last checkpoint is kept") from error
 
     def close(self) -> None:
-        """Flush and close the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
+        """Close the TensorBoard file, in which every row is already on the disk."""
+        self._board.close()
 
-    def _add_to_board(self, row: Mapping[str, float]) -> None:
-        if self._board is None:
-            # Late, because it takes longer to import than the first step to run.
-            from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(
-                str(self.tensorboard), purge_step=self.epochs_done + 1, flush_secs=30
-            )
-        for key, value in row.items():
-            if key != "epoch":
-                self._board.add_scalar(key, value, int(row["epoch"]))
+class _Board:
+    """A TensorBoard file, written row by row.
+
+    `SummaryWriter` hands events to a thread; when the disk is full that thread ends unseen, and
+    the training waits for it for ever. Here a failed write is an error where it happens.
+    """
+
+    def __init__(self, folder: Path, epochs_done: int) -> None:
+        # Late, because nothing needs them before the first epoch is over.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        self._writer: Any = EventsWriter(str(folder / "events"), f".{epochs_done}")
+        # The viewer drops what an interrupted run wrote beyond this epoch.
+        log = SessionLog(status=SessionLog.START)
+        self._writer.write_event(
+            Event(wall_time=time.time(), step=epochs_done + 1, session_log=log)
+        )
+
+    def add(self, row: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in row.items()
+            if key != "epoch"
+        ]
+        summary = Summary(value=values)
+        self._writer.write_event(
+            Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary)
+        )
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer._py_recordio_writer.close()
 
 
 def read_rows(metrics: Path) -> list[dict[str, float]]:

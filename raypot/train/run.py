@@ -5,7 +5,6 @@ labels, builds everything, and hands it to the loop. The same call in the same f
 where the run stopped.
 """
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,7 +21,8 @@ from raypot.nn.derivatives import n_parameters
 from raypot.train.assembly import assemble, is_compiled
 from raypot.train.checkpoint import load_checkpoint
 from raypot.train.folder import RunFolder
-from raypot.train.loop import Hooks, Loop, Stopped
+from raypot.train.loop import Loop, Stopped
+from raypot.train.parts import Hooks, Row
 from raypot.train.ranks import Ranks
 from raypot.train.recorder import read_rows
 from raypot.train.settings import (
@@ -48,8 +48,6 @@ __all__ = [
     "train",
     "train_rank",
 ]
-
-Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,9 @@ def train_rank(
         stack.callback(writer.close)
         parts = assemble(config, store, start, ranks)
         loop = Loop(parts, _hooks(config, writer, stop))
-        if start.checkpoint is not None:
-            loop.load(start.checkpoint)
+        content = start.checkpoint or ranks.first(loop.content)
+        if start.checkpoint is not None or ranks.world > 1:
+            loop.load(content)
         ranks.first(lambda: _begin(writer, loop))
         stopped = loop.run()
     return _result(place, loop, stopped, stop, time.monotonic() - began)
@@ -211,7 +210,7 @@ def _result(
         model=place.model,
         epochs=loop.position.epoch,
         stopped=stopped,
-        signal=signal.Signals(stop.number).name if stop.number else "",
+        signal=stop.name,
         val=loop.position.best,
         best_epoch=loop.position.best_epoch,
         structures_per_second=median(rates) if rates else 0.0,

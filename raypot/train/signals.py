@@ -31,6 +31,11 @@ class StopWish:
         asked = self.ask is not None and self.ask()
         return asked or self.number != 0
 
+    @property
+    def name(self) -> str:
+        """The name of the signal that came; empty for none."""
+        return signal.Signals(self.number).name if self.number else ""
+
 
 @contextmanager
 def stop_on_signals(ask: Callable[[], bool] | None = None) -> Iterator[StopWish]:

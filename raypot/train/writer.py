@@ -46,11 +46,14 @@ class Writer:
         self._recorder: Recorder | None = None
 
     def begin(self) -> None:
-        """Write what is settled before the first step."""
+        """Write what is settled before the first step; a run that goes on may have new settings."""
         self.place.sweep()
-        self.start.split.save(self.place.split)
-        write_json(self.place.targets, self.start.targets.to_json())
-        self.place.write_config(self.config.tree())
+        tree = self.config.tree()
+        if self.start.checkpoint is None:
+            self.start.split.save(self.place.split)
+            write_json(self.place.targets, self.start.targets.to_json())
+        if self.start.checkpoint is None or self.start.checkpoint.tree["config"] != tree:
+            self.place.write_config(tree)
 
     def save(self, content: TensorFile, is_within: bool) -> None:
         """Write a checkpoint; one within an epoch replaces another one within an epoch."""

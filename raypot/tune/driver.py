@@ -158,7 +158,7 @@ class Driver:
             self._close(attempt, requeue=failure)
         elif failure is not None or "score" not in report:
             self._close(attempt, TrialState.FAIL, report, failure or "no epoch was trained")
-        elif report.get("ended"):
+        elif report.get("ended") or self._was_the_last_epoch(attempt, report):
             self.heard(attempt, report)
             self._close(attempt, TrialState.COMPLETE, report)
         elif self.stop_reason == INTERRUPTED:
@@ -235,6 +235,10 @@ class Driver:
         self.study.journal.note_wall(self._wall_before + self._clock() - self._began)
         self._refresh()
         self._tell()
+
+    def _was_the_last_epoch(self, attempt: int, report: Mapping[str, Any]) -> bool:
+        n_epochs = self.running[attempt].attempt.config["training"]["n_epochs"]
+        return bool(report["epoch"] >= n_epochs)
 
     def _refresh(self) -> None:
         """Read the trials again and write the tables if they are old."""

@@ -92,7 +92,10 @@ class Journal:
         """
         for tries in range(TRIES):
             before = self.attempts
-            self.optuna.sampler = _sampler(space, len(trial_rows(before, self.folder)), tries)
+            n_distinct = len(trial_rows(before, self.folder))
+            if n_distinct >= space.size() and not self.has_waiting():
+                return None
+            self.optuna.sampler = _sampler(space, n_distinct, tries)
             trial = self.optuna.ask()
             proposed = self._accept(trial, space, before)
             if proposed is not None:

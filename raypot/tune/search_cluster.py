@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from raypot.errors import Busy
 
@@ -19,6 +19,7 @@ LONGEST_SOCKET_FOLDER = 40
 LONGEST_REASON = 300
 # Ray replaces 127.0.0.1 by the address that others see; this one is as local and is kept.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+SET_BY_RAY = ("PYTHONBREAKPOINT",)
 # Read by Ray in this process and in those that it starts.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -131,14 +132,14 @@ def _read_environment_again() -> None:
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for as long as the block lasts."""
-    before = {key: os.environ.get(key) for key in settings}
+    before = {key: os.environ.get(key) for key in (*settings, *SET_BY_RAY)}
     os.environ.update(settings)
     try:
         yield
     finally:
         for key, value in before.items():
             if value is None:
-                del os.environ[key]
+                os.environ.pop(key, None)
             else:
                 os.environ[key] = value
 

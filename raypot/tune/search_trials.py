@@ -3,8 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
@@ -25,6 +24,7 @@ from raypot.tune.space import TuneConfig
 from raypot.tune.study import Study
 
 EPOCH, SCORE = "epoch", "score"
+NEVER_PAUSE = 10**9  # epochs
 
 
 def asha(settings: TuneConfig, max_epochs: int) -> TrialScheduler:
@@ -56,7 +56,9 @@ def median(settings: TuneConfig, max_epochs: int) -> TrialScheduler:
         max_epochs: of any trial.
     """
     grace = float(min(settings.grace_epochs, max_epochs))
-    return MedianStoppingRule(time_attr=EPOCH, metric=SCORE, mode="min", grace_period=grace)
+    return MedianStoppingRule(
+        time_attr=EPOCH, metric=SCORE, mode="min", grace_period=grace, min_time_slice=NEVER_PAUSE
+    )
 
 
 def none(settings: TuneConfig, max_epochs: int) -> TrialScheduler:  # noqa: ARG001
@@ -160,15 +162,33 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self.driver.crashed(self.attempts[trial.trial_id], last_line(text))
 
 
+class PastTrial(NamedTuple):
+    """What a scheduler wants to know about a trial that is over."""
+
+    trial_id: str
+
+    def is_finished(self) -> bool:
+        """Say that it is over."""
+        return True
+
+
+class PastController(NamedTuple):
+    """The same about a search that is over."""
+
+    def get_live_trials(self) -> list[Any]:
+        """Return nothing."""
+        return []
+
+
 def replay(study: Study, scheduler: TrialScheduler) -> None:
     """Tell a new scheduler how far the earlier trials of the study came."""
     for attempt in study.journal.attempts:
         if not attempt.state.is_finished():
             continue
-        past = SimpleNamespace(trial_id=f"attempt-{attempt.number}", is_finished=lambda: True)
-        scheduler.on_trial_add(None, past)
+        past, controller = PastTrial(f"attempt-{attempt.number}"), PastController()
+        scheduler.on_trial_add(controller, past)
         for epoch, score in attempt.intermediate_values.items():
-            scheduler.on_trial_result(None, past, {EPOCH: epoch, SCORE: score})
+            scheduler.on_trial_result(controller, past, {EPOCH: epoch, SCORE: score})
 
 
 def resources_per_trial(driver: Driver) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Study:
         """
         _keep_space(folder / SPACE, space)
         study = cls(folder, Journal(folder / JOURNAL, writable=True))
-        for params in space.defaults():
+        for params in space.defaults()[: space.tune.n_trials]:
             study.journal.enqueue(params)
         return study
 

@@ -1,6 +1,7 @@
 """The labels of the reference method, and the shipped sample that they made."""
 
 import gzip
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 
 from raypot.config import read_toml
 from raypot.constants import unit_factor
-from raypot.data.label import label, read_molecule, sample, write_sample
-from raypot.data.sample import SampleConfig
-from raypot.errors import ConfigError, LabelError, OutputError
+from raypot.data.label import label
+from raypot.data.sample import SampleConfig, read_molecule, sample, write_sample
+from raypot.errors import ConfigError, LabelError, MissingExtra, OutputError
 from raypot.properties import PROPERTIES
 from raypot.structures import Structure
 
@@ -87,6 +88,12 @@ def test_what_cannot_be_labelled_is_refused(ethanol_frame):
         label(replace(ethanol_frame, positions=np.zeros((9, 3))))
 
 
+def test_the_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tblite.interface", None)
+    with pytest.raises(MissingExtra, match=r"pip install raypot\[label\]"):
+        label(read_molecule("water"))
+
+
 def test_unknown_molecule_is_named():
     with pytest.raises(ConfigError, match="did you mean ethanol"):
         read_molecule("etanol")
@@ -94,25 +101,22 @@ def test_unknown_molecule_is_named():
 
 def test_a_sample_is_written_once_and_remade_the_same(tmp_path):
     progress: list[int] = []
-    wanted = {"molecule": "water", "temperatures": (500.0,), "n_structures": 2, "seed": 3}
     for name in ("a.xyz.gz", "b.xyz.gz"):
-        write_sample(tmp_path / name, **wanted, progress=progress.append)
+        assert write_sample("water", tmp_path / name, SHORT, progress.append) == 2
     assert (tmp_path / "a.xyz.gz").read_bytes() == (tmp_path / "b.xyz.gz").read_bytes()
     assert progress == [1, 2, 1, 2]
     assert len(ase.io.read(tmp_path / "a.xyz.gz", index=":")) == 2
     with pytest.raises(OutputError, match="exists already"):
-        write_sample(tmp_path / "a.xyz.gz", **wanted)
+        write_sample("water", tmp_path / "a.xyz.gz", SHORT)
     with pytest.raises(OutputError, match="folder does not exist"):
-        write_sample(tmp_path / "nowhere" / "a.xyz.gz", **wanted)
-    with pytest.raises(ConfigError, match="temperatures"):
-        write_sample(tmp_path / "c.xyz", temperatures=(-1.0,))
+        write_sample("water", tmp_path / "nowhere" / "a.xyz.gz", SHORT)
 
 
 def test_an_ion_from_a_file_keeps_its_charge_and_spin(tmp_path):
     source = tmp_path / "ion.xyz"
     atoms = ase.Atoms("OH", [[0, 0, 0], [0, 0, 1.0]], info={"total_charge": 1, "spin": 3})
     atoms.write(source, format="extxyz")
-    write_sample(tmp_path / "ions.xyz", molecule=str(source), n_structures=1)
+    write_sample(str(source), tmp_path / "ions.xyz", SHORT)
     written = ase.io.read(tmp_path / "ions.xyz")
     assert (written.info["total_charge"], written.info["spin"]) == (1, 3)
     assert written.get_charges().sum() == pytest.approx(1.0, abs=1e-5)

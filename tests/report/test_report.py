@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -10,9 +11,10 @@ import pytest
 from fake_study import make_store, make_study, write_ensemble
 
 from raypot.config import build
-from raypot.errors import MissingInput
+from raypot.errors import MissingExtra, MissingInput
 from raypot.report import write_report
 from raypot.report.judged import MAX_STRUCTURES, Judged, pick_rows
+from raypot.report.model_sections import uncertainty_section
 from raypot.report.page import Page, Section, Table, render, significant
 from raypot.report.plots import draw_svg, parity, thin
 from raypot.report.plots_uncertainty import binned, observed_coverage
@@ -169,6 +171,13 @@ def test_other_folders_are_refused(tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_the_missing_package_is_named(package, study, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=r"pip install raypot\[report\]"):
+        write_report(study / "trials" / "2")
+
+
 def test_many_points_stay_small():
     values = np.random.default_rng(0).standard_normal(200_000)
     assert len(parity("forces", values, values + 0.01, "test")) < 200_000
@@ -202,6 +211,17 @@ def test_measures_of_a_property():
     one = Judged("forces", np.array([1.0, 2.0]), np.array([1.5, 1.5]), np.array([[1.0, 2.0]]))
     assert one.measures() == {"rmse": 0.5, "mae": 0.5}
     np.testing.assert_array_equal(one.member_rmse(), [0.0])
+    assert not one.has_own_bars
+
+
+@pytest.mark.parametrize(("std", "is_own"), [([0.2, 0.2], False), ([0.2, 0.3], True)])
+def test_equal_error_bars_are_not_plotted_but_said(std, is_own):
+    labels = np.array([1.0, 2.0])
+    one = Judged("forces", labels, labels + 0.1, labels[None], std=np.array(std), factor=1.6)
+    (section,) = uncertainty_section({"test": [one]})
+    assert one.has_own_bars is is_own
+    assert len(section.pictures) == 1 + is_own
+    assert ("one error bar for all" in " ".join(section.text)) is not is_own
 
 
 @pytest.mark.parametrize(

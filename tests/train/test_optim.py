@@ -76,6 +76,27 @@ def test_gradient_that_is_not_finite_changes_nothing(name, bad):
 
 
 @every_optimizer
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_layout_of_gradients_does_not_matter(name, clip_grad):
+    """Gradients may come transposed or expanded, and are not written to."""
+    plain = parameters(5)
+    plain["dense.bias"].fill_(plain["dense.bias"][0])
+    odd = {key: value.clone() for key, value in plain.items()}
+    odd["dense.weight"] = odd["dense.weight"].T.contiguous().T
+    odd["dense.bias"] = odd["dense.bias"][:1].expand(4)
+    results = []
+    for gradients in (plain, odd):
+        live = parameters()
+        optimizer = build_optimizer(choice(name), live, clip_grad)
+        for _ in range(3):
+            optimizer.apply(gradients)
+        results.append(live)
+    for key in results[0]:
+        torch.testing.assert_close(results[0][key], results[1][key], rtol=1e-13, atol=0)
+        assert torch.equal(plain[key], odd[key])
+
+
+@every_optimizer
 def test_resumed_equals_not_stopped(name):
     live = parameters()
     optimizer = build_optimizer(choice(name), live, clip_grad=3.0)
@@ -121,8 +142,10 @@ def test_state_of_another_is_refused():
 def test_nothing_to_train_is_refused():
     with pytest.raises(ConfigError, match="no parameters to train"):
         build_optimizer(choice("adamw"), {})
-    with pytest.raises(ConfigError, match=r"kinds is torch.int64, expected floating"):
+    with pytest.raises(ConfigError, match=r"kinds is torch.int64 with strides \(1,\), expected"):
         build_optimizer(choice("adamw"), {"kinds": torch.arange(3)})
+    with pytest.raises(ConfigError, match=r"w is torch.float32 with strides \(1, 4\), expected"):
+        build_optimizer(choice("adamw"), {"w": torch.zeros(2, 4).T})
 
 
 @pytest.mark.parametrize(

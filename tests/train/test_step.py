@@ -164,7 +164,9 @@ def test_compiled_equals_eager_and_compiles_once(name, dtype, tolerance, monkeyp
     state = model_state(model)
     many = helium_boxes(9) + 200 * helium_boxes(6, seed=5)
     # Five structures first: the number of terms, a size that must not be taken for the same.
-    for structures in (many[:5], many[:1], many[1:4], many[5:6], many[:9], many):
+    # Not the first structure alone: its energy error nearly vanishes, and in float32 both the
+    # eager and the compiled gradient are 1e-4 from that in float64.
+    for structures in (many[:5], many[3:4], many[1:4], many[5:6], many[:9], many):
         batch = batch_of(structures, dtype)
         scales = scales_of(loss, batch)
         assert_same(compiled(state, batch, scales), eager(state, batch, scales), tolerance)
