@@ -1,7 +1,7 @@
 """`raypot data`: make, look at and check stores."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -53,7 +53,7 @@ def import_command(
     energy_key: str | None,
     forces_key: str | None,
     level: str,
-    on_bad: str,
+    on_bad: Literal["quarantine", "error"],
     as_json: bool,
 ) -> None:
     """Import SOURCES (files) into a new store STORE, and print what was found."""

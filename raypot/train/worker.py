@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
 
 from raypot.config import build
 from raypot.errors import Busy, RaypotError
@@ -150,8 +149,9 @@ def _token() -> Iterator[None]:
 
 def _read_environment_again() -> None:
     """Make Ray, which reads the environment when it is imported, forget what it read."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _fit(job: dict[str, Any], n_workers: int, use_gpu: bool) -> None:

@@ -2,24 +2,18 @@
 
 import logging
 import os
-import secrets
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from raypot.errors import Busy
+from raypot.train.worker import local_cluster
 
-OBJECT_STORE_BYTES = 200_000_000
-LONGEST_SOCKET_FOLDER = 40
 LONGEST_REASON = 300
-# Ray replaces 127.0.0.1 by the address that others see; this one is as local and is kept.
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-SET_BY_RAY = ("PYTHONBREAKPOINT",)
+ADDRESS, SET_BY_RAY = "RAY_ADDRESS", ("PYTHONBREAKPOINT",)
 # Read by Ray in this process and in those that it starts.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -54,14 +48,32 @@ def cluster(address: str, concurrency: int | None) -> Iterator[int]:
         yield concurrency or n_cores()
         return
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    scratch = tempfile.TemporaryDirectory(
-        prefix="raypot-", dir=_short_folder(), ignore_cleanup_errors=True
-    )
-    with _environment(_settings(concurrency)), scratch, _secret(address):
+    if address == "local":
+        n_parallel = concurrency or len(os.sched_getaffinity(0))
+        with _environment(_settings(concurrency), without=ADDRESS), local_cluster(n_parallel):
+            yield n_parallel
+        return
+    with _environment(_settings(concurrency)):
         try:
-            yield _start(address, concurrency, scratch.name)
+            _join(address)
+            yield concurrency or n_cores()
         finally:
             ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster that runs."""
+    environment: dict[str, Any] = {"env_vars": SETTINGS}
+    try:
+        ray.init(
+            address=address, runtime_env=environment, log_to_driver=False, logging_level="error"
+        )
+    except ConnectionError as error:
+        raise Busy(
+            f"--address {address}: no Ray cluster answers ({last_line(error)}); start one, "
+            "or use --address local",
+            address=address,
+        ) from error
 
 
 def _settings(concurrency: int | None) -> dict[str, str]:
@@ -70,83 +82,28 @@ def _settings(concurrency: int | None) -> dict[str, str]:
     return {**SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": at_once, "PYTHONPATH": _own_paths()}
 
 
-def _start(address: str, concurrency: int | None, scratch: str) -> int:
-    """Start Ray on this machine or join it; return how many trials run at the same time."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address == "local":
-        n_parallel = concurrency or len(os.sched_getaffinity(0))
-        ray.init(
-            address="local",
-            num_cpus=n_parallel,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=scratch,
-            **quiet,
-        )
-        return n_parallel
-    try:
-        ray.init(address=address, runtime_env={"env_vars": SETTINGS}, **quiet)
-    except ConnectionError as error:
-        raise Busy(
-            f"--address {address}: no Ray cluster answers ({last_line(error)}); start one, "
-            "or use --address local",
-            address=address,
-        ) from error
-    return concurrency or n_cores()
-
-
 def _own_paths() -> str:
     """Return where this process finds modules beyond its installation, for those it starts."""
     own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
-    return os.pathsep.join(
-        dict.fromkeys([*own, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    )
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(path for path in (*own, *inherited) if path))
 
 
 @contextmanager
-def _secret(address: str) -> Iterator[None]:
-    """Let nobody talk to a cluster that was started here without a secret.
-
-    Ray listens on every interface of the machine, and whoever talks to it can run code.
-    """
-    if address != "local":
-        yield
-        return
-    try:
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        with _environment(token):
-            _read_environment_again()
-            yield
-    finally:
-        with _environment({"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}):
-            _read_environment_again()
-
-
-def _read_environment_again() -> None:
-    """Make Ray, which reads the environment when it is imported, forget what it read."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for as long as the block lasts."""
-    before = {key: os.environ.get(key) for key in (*settings, *SET_BY_RAY)}
+def _environment(settings: Mapping[str, str], without: str = "") -> Iterator[None]:
+    """Set environment variables, and unset one, for as long as the block lasts."""
+    names = {*settings, *SET_BY_RAY, without} - {""}
+    before = {name: os.environ.get(name) for name in names}
     os.environ.update(settings)
+    os.environ.pop(without, None)
     try:
         yield
     finally:
-        for key, value in before.items():
+        for name, value in before.items():
             if value is None:
-                os.environ.pop(key, None)
+                os.environ.pop(name, None)
             else:
-                os.environ[key] = value
-
-
-def _short_folder() -> str | None:
-    """Return a folder for sockets, whose paths are limited to 107 characters."""
-    return None if len(tempfile.gettempdir()) < LONGEST_SOCKET_FOLDER else "/tmp"
+                os.environ[name] = value
 
 
 def n_cores() -> int:

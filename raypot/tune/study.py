@@ -21,6 +21,8 @@ from raypot.tune.space import SearchSpace
 from raypot.tune.tables import ranked, write_tables
 from raypot.tune.trial import TrialRow, trial_rows
 
+__all__ = ["COUNTED", "Study", "TrialRow"]
+
 JOURNAL, SPACE = "study.journal", "space.toml"
 COUNTED = ("complete", "pruned", "failed")
 
