@@ -114,8 +114,13 @@ def _builds(compiler: str) -> bool:
 
 
 def compile_step(step: Callable[P, R]) -> Callable[P, R]:
-    """Compile a step once for all batch sizes; code is kept for later runs of the same user."""
+    """Compile a step once for all batch sizes; code is kept for later runs of the same user.
+
+    A process that trains one model after the other keeps only the last step compiled, because the
+    compiler allows a few variants of one function and no more.
+    """
     share_compiled_code()
+    torch._dynamo.reset()
     return torch.compile(step, dynamic=True, fullgraph=True)
 
 

@@ -17,7 +17,7 @@ from raypot.losses.terms import LossConfig
 from raypot.train.model_file import ModelChoice
 from raypot.train.optim import LR_SCHEDULES, OPTIMIZERS
 
-DEFAULT_LOSS: dict[str, dict[str, float]] = {"energy": {"weight": 1.0}, "forces": {"weight": 10.0}}
+DEFAULT_LOSS: dict[str, dict[str, float]] = {"energy": {"weight": 1.0}, "forces": {"weight": 1.0}}
 
 
 def with_default_terms(given: Any) -> Any:
@@ -102,7 +102,7 @@ class RunConfig(Config):
     loss: Annotated[LossConfig, BeforeValidator(with_default_terms)] = Field(
         default={},
         validate_default=True,
-        description="Terms by property; energy (1) and forces (10) unless their weight is 0.",
+        description="Terms by property; energy (1) and forces (1) unless their weight is 0.",
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How to learn.")
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="Where to learn.")
