@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
+from raypot.config import build
 from raypot.data.store import Store
 from raypot.errors import Busy, ConfigError
 from raypot.train.durable import failed
@@ -80,7 +81,7 @@ def search(
     """
     given = {"n_trials": n_trials, "time_limit": time_limit, "concurrency": concurrency}
     wins = {key: value for key, value in given.items() if value is not None}
-    tuned = TuneConfig.model_validate({**space.tune.model_dump(), **wins})
+    tuned = build(TuneConfig, {**space.tune.model_dump(), **wins}, "settings of the search")
     _check_store(space)
     return _search(replace(space, tune=tuned), Path(folder), address, on_event, train)
 

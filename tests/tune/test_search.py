@@ -36,6 +36,11 @@ def started(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def processes(folder: Path) -> set[str]:
+    """Every process in which a trial of the study was started."""
+    return {start.split()[0] for trial in folder.glob("trials/*") for start in started(trial)}
+
+
 def test_every_scheduler_of_the_space_has_a_builder() -> None:
     assert set(TRIAL_SCHEDULERS) == set(get_args(TuneConfig.model_fields["scheduler"].annotation))
 
@@ -50,6 +55,11 @@ def test_a_missing_store_is_found_before_anything_starts(space_file: Path, tmp_p
     with pytest.raises(MissingInput, match="nothing.zarr"):
         search.search(space, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_settings_given_to_a_search_are_checked(space: SearchSpace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="settings of the search: n_trials: .* got 0"):
+        search.search(space, tmp_path / "study", n_trials=0)
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
@@ -101,8 +111,7 @@ def test_a_search(space_file: Path, tmp_path: Path) -> None:
                 one["val/score"] for one in read_rows(row.folder / "metrics.jsonl")
             )
     assert len({str(row.params) for row in rows}) == 12
-    processes = {start.split()[0] for row in rows for start in started(row.folder)}
-    assert len(processes) <= 3
+    assert len(processes(study.folder)) <= 3
     assert_events(events)
     assert (study.folder / "best.toml").exists()
     again = search._search(space, study.folder, "local", None, fake_training.train_with_a_bug)
@@ -147,7 +156,8 @@ def drive(space_file: Path, tmp_path: Path, monkeypatch) -> Callable[[], subproc
     command = [sys.executable, str(SCRIPT), str(space_file), str(tmp_path / "study"), "train"]
 
     def drive() -> subprocess.Popen:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=0)
 
     return drive
 
@@ -196,6 +206,7 @@ def test_a_killed_driver_goes_on(drive, tmp_path: Path) -> None:
     wait_for(lambda: n_finished(folder) >= 3)
     first.kill()
     first.communicate()
+    orphans = processes(folder)
     finished = {row.number: row for row in Study.open(folder).trials() if row.is_finished}
     second = drive()
     _, errors = second.communicate(timeout=120)
@@ -204,6 +215,7 @@ def test_a_killed_driver_goes_on(drive, tmp_path: Path) -> None:
     rows = {row.number: row for row in Study.open(folder).trials()}
     assert all(rows[number] == row for number, row in finished.items())
     assert sum(row.attempts for row in rows.values()) > 8
+    assert not [pid for pid in orphans if Path(f"/proc/{pid}").exists()]
     attempts = Study.open(folder).journal.attempts
     assert "driver died" in {one.user_attrs.get("reason") for one in attempts}
 
@@ -211,7 +223,7 @@ def test_a_killed_driver_goes_on(drive, tmp_path: Path) -> None:
 def interrupt(driver: subprocess.Popen, folder: Path, number: int) -> int:
     """Send a signal while trials run; return the exit code of the driver."""
     wait_for(lambda: n_finished(folder) >= 2)
-    driver.send_signal(number)
+    os.killpg(driver.pid, number)  # as a terminal does it: to everything that was started
     driver.communicate(timeout=60)
     assert (folder / "leaderboard.csv").exists()
     assert not [row for row in Study.open(folder).trials() if row.state == "running"]
