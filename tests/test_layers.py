@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "raypot"
 FLOORS = (
     ("constants", "errors"),
-    ("properties", "config"),
+    ("properties", "config", "durable"),
     ("structures", "batch"),
     ("nn", "neighbors", "losses"),
     ("models", "data"),
@@ -21,7 +21,7 @@ FLOORS = (
     ("cli",),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
-OWN_PARTS = {"structures", "batch", "constants", "errors", "properties", "config"}
+OWN_PARTS = {"structures", "batch", "constants", "errors", "properties", "config", "durable"}
 RESTRICTED = {
     "ray": {"train/worker.py", "tune/search", "data/label.py", "ensemble/predictor.py"},
     "optuna": {"tune/"},

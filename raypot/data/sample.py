@@ -23,7 +23,8 @@ from pydantic import Field
 from raypot.config import Config, did_you_mean
 from raypot.constants import SYMBOLS
 from raypot.data.label import METHODS, label
-from raypot.errors import ConfigError, LabelError, OutputError, StorageError
+from raypot.durable import write_whole
+from raypot.errors import ConfigError, LabelError, OutputError
 from raypot.structures import Floats, Structure
 
 POSITION_DECIMALS = 6  # Å; the frames are labelled after rounding, so the labels are exact
@@ -218,21 +219,13 @@ def write_frames(output: Path, frames: Iterable[Structure]) -> None:
     The file appears under its name when it is whole.
 
     Raises:
+        OutputError: the file cannot be created there.
         StorageError: writing failed.
     """
     content = "".join(map(_as_text, frames)).encode()
     if output.suffix == ".gz":
         content = gzip.compress(content, compresslevel=9, mtime=0)
-    aside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(output)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StorageError(f"{output}: cannot be written: {error}") from error
+    write_whole(output, content)
 
 
 def _as_text(structure: Structure) -> str:

@@ -8,7 +8,6 @@ gets nothing else from them. The drawing itself is a pure function of columns.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from raypot.config import Config, build
 from raypot.data.splits_draw import ROLES, Size, draw
 from raypot.data.store import Store
+from raypot.durable import write_json
 from raypot.errors import CheckpointError, ConfigError, MissingInput
 from raypot.neighbors import find_edges
 from raypot.structures import Integers
@@ -163,13 +163,8 @@ class Split:
         return split
 
     def save(self, path: Path) -> None:
-        """Write as JSON, aside first, so that no half-written file is ever seen."""
-        aside = path.with_name(path.name + ".new")
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        """Write as JSON, whole or not at all."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> "Split":

@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from raypot.data.store_files import Files
 from raypot.data.store_manifest import METADATA, Manifest, check_file, unreadable
-from raypot.data.store_staging import write_synced
+from raypot.durable import write_synced
 from raypot.properties import PROPERTIES
 from raypot.structures import Integers
 

@@ -4,7 +4,6 @@ It is filled beside its destination, brought to the disk and renamed. A lock bes
 writers apart; it is the system's, so it ends with its process, however that ends.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -15,16 +14,8 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
+from raypot.durable import NOT_ALLOWED, sync_folder
 from raypot.errors import Busy, OutputError, StorageError
-
-NOT_CREATABLE = {
-    errno.EACCES,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
 
 
 @contextmanager
@@ -58,23 +49,6 @@ def staged(destination: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _unlock(lock, destination)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(file: Path, content: bytes) -> None:
-    """Write a new file and bring it to the disk."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _commit(staging: Path, destination: Path) -> None:
@@ -157,7 +131,7 @@ def _output_errors(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NOT_CREATABLE or isinstance(error, FileExistsError):
+        if error.errno in NOT_ALLOWED or isinstance(error, FileExistsError):
             raise OutputError(
                 f"{destination}: cannot be created here: {error.strerror}; choose another folder",
                 path=str(destination),

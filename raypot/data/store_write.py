@@ -27,7 +27,8 @@ from raypot.data.store_columns import (
     label_column,
 )
 from raypot.data.store_manifest import MANIFEST, Census, FileEntry, Manifest
-from raypot.data.store_staging import staged, write_synced
+from raypot.data.store_staging import staged
+from raypot.durable import write_synced
 from raypot.errors import ConfigError, FormatError
 from raypot.properties import PROPERTIES
 from raypot.structures import Block, Floats, Integers, Structure

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raypot.train.durable import write_whole
+from raypot.durable import write_whole
 
 NAME = "inference_instructions.txt"
 

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from raypot.data.store import Store
+from raypot.durable import PARTIAL, failed
 from raypot.ensemble.predictor import DEFAULT, Predictor
 from raypot.ensemble.sources import blocks, chunks, columns, open_source
 from raypot.errors import UsageError
 from raypot.properties import PROPERTIES
 from raypot.structures import Floats, Structure
-from raypot.train.durable import PARTIAL, failed
 
 Row = tuple[Structure, dict[str, Floats]]  # a structure and what was predicted for it
 

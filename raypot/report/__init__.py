@@ -6,11 +6,11 @@ where the store is still there.
 
 from pathlib import Path
 
+from raypot.durable import write_whole
 from raypot.errors import MissingInput
 from raypot.report.page import render
 from raypot.report.run_page import run_page
 from raypot.report.study_page import study_page
-from raypot.train.durable import write_whole
 
 
 def write_report(folder: Path) -> Path:

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from raypot.durable import commit, write_aside
 from raypot.errors import CheckpointError
-from raypot.train.durable import commit, write_aside
 from raypot.train.tensor_file import TensorFile, pack, unpack
 
 KIND, VERSION = "raypot-checkpoint", 1

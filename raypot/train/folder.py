@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from raypot.config import differences, to_toml
+from raypot.durable import PARTIAL, failed, write_whole
 from raypot.errors import Busy, ConfigError
-from raypot.train.durable import PARTIAL, failed, write_whole
 
 EARLIER = "earlier"
 _OF_A_RUN = (

@@ -20,10 +20,10 @@ from torch import Tensor
 from raypot.config import Choice, Config, OneOf, build
 from raypot.constants import MAX_ATOMIC_NUMBER
 from raypot.data.targets import Targets
+from raypot.durable import write_whole
 from raypot.errors import CheckpointError, ConfigError, RaypotError
 from raypot.models import MODELS, AtomisticModel, build_model
 from raypot.models.base import OUTPUTS
-from raypot.train.durable import write_whole
 from raypot.train.tensor_file import TensorFile, is_word, pack, unpack
 
 KIND, VERSION = "raypot-model", 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raypot.train.durable import failed, write_whole
+from raypot.durable import failed, write_whole
 
 
 class Recorder:

@@ -22,9 +22,9 @@ from typing import Any
 import ray
 
 from raypot.config import build
+from raypot.durable import write_json
 from raypot.errors import Busy, RaypotError
 from raypot.train.assembly import pick_device
-from raypot.train.durable import write_json
 from raypot.train.folder import RunFolder
 from raypot.train.ranks import ProcessRanks, Ranks
 from raypot.train.recorder import read_rows

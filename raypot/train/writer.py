@@ -6,10 +6,10 @@ from torch import Tensor
 
 from raypot.config import fingerprint
 from raypot.data.store import Store
+from raypot.durable import write_json
 from raypot.errors import CheckpointError
 from raypot.models import outputs_for
 from raypot.train.checkpoint import load_checkpoint, save_checkpoint
-from raypot.train.durable import write_json
 from raypot.train.folder import RunFolder
 from raypot.train.model_file import Member, ModelFile, provenance, write_model
 from raypot.train.recorder import Recorder

@@ -13,8 +13,17 @@ from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
 
-from raypot import errors
-from raypot.errors import RaypotError, SearchError
+from raypot.errors import (
+    FormatError,
+    LabelError,
+    MissingExtra,
+    MissingInput,
+    OutputError,
+    RaypotError,
+    SearchError,
+    StorageError,
+    StoreError,
+)
 from raypot.tune.journal import Attempt
 from raypot.tune.owner import Ownership
 from raypot.tune.space import SearchSpace
@@ -28,13 +37,13 @@ TABLES_INTERVAL_S = 5.0
 FATAL: dict[str, type[RaypotError]] = {
     kind.__name__: kind
     for kind in (
-        errors.FormatError,
-        errors.LabelError,
-        errors.MissingExtra,
-        errors.MissingInput,
-        errors.OutputError,
-        errors.StorageError,
-        errors.StoreError,
+        FormatError,
+        LabelError,
+        MissingExtra,
+        MissingInput,
+        OutputError,
+        StorageError,
+        StoreError,
     )
 }
 

@@ -13,8 +13,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from raypot.durable import failed
 from raypot.errors import CheckpointError, ConfigError
-from raypot.train.durable import failed
 from raypot.tune.samplers import SAMPLERS, draw_seed
 from raypot.tune.space import SearchSpace
 from raypot.tune.trial import (

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from raypot.durable import failed
 from raypot.errors import Busy, RaypotError
-from raypot.train.durable import failed
 
 LOCK_FILE = "driver.lock"
 HEARTBEAT_S = 5.0

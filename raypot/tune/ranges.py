@@ -7,6 +7,7 @@
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
@@ -38,25 +39,25 @@ class Range(Config):
 
     default: Any = Field(None, description="Value that is tried first.")
 
+    @abstractmethod
     def suggest(self, trial: Suggests, name: str) -> Any:
         """Ask `trial` for the value of the leaf `name`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def corners(self) -> list[Any]:
         """Return the smallest and the largest value, or every choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self) -> float:
         """Return how many values there are; infinity for a continuous range."""
-        raise NotImplementedError
 
+    @abstractmethod
     def contains(self, value: Any) -> bool:
         """Say whether the search could pick `value`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nearest(self, value: Any) -> Any:
         """Return what the search could pick that is nearest to `value`, or the middle."""
-        raise NotImplementedError
 
     def written(self, value: Any) -> Any:
         """Return the form in which `value` stands among the parameters of a trial."""
@@ -116,9 +117,9 @@ class NumberRange(Range):
     """Between two ends, both included."""
 
     @property
+    @abstractmethod
     def ends(self) -> tuple[Any, Any]:
         """The smallest and the largest value."""
-        raise NotImplementedError
 
     @property
     def is_logarithmic(self) -> bool:

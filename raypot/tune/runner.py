@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raypot.config import build
+from raypot.durable import write_whole
 from raypot.errors import Busy, DivergedError, RaypotError
-from raypot.train.durable import write_whole
 from raypot.train.folder import RunFolder
 from raypot.train.recorder import read_rows
 from raypot.train.settings import RunConfig

@@ -18,8 +18,8 @@ from ray import tune
 
 from raypot.config import build
 from raypot.data.store import Store
+from raypot.durable import failed
 from raypot.errors import Busy, ConfigError
-from raypot.train.durable import failed
 from raypot.train.run import train
 from raypot.train.signals import StopWish, stop_on_signals
 from raypot.tune.branches import at

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from raypot.config import read_toml
+from raypot.durable import write_whole
 from raypot.errors import ConfigError, MissingInput
 from raypot.properties import PROPERTIES
-from raypot.train.durable import write_whole
 from raypot.tune.journal import Journal
 from raypot.tune.space import SearchSpace
 from raypot.tune.tables import ranked, write_tables

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from raypot.config import to_toml
-from raypot.train.durable import write_whole
+from raypot.durable import write_whole
 from raypot.tune.trial import TrialRow
 
 SHOWN_METRICS = ("val/energy_per_atom/rmse", "val/forces/rmse")  # eV, eV/Å

@@ -14,7 +14,7 @@ from typing import Any
 from raypot.errors import OutputError, RaypotError, StorageError
 
 PARTIAL = ".partial"
-_NOT_ALLOWED = {
+NOT_ALLOWED = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -45,10 +45,7 @@ def write_aside(path: Path, data: bytes) -> None:
     """
     aside = _aside(path)
     try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(aside, data)
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -70,7 +67,7 @@ def commit(path: Path, previous: Path | None = None) -> None:
         if previous is not None and path.exists():
             path.replace(previous)
         aside.replace(path)
-        _flush_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -92,7 +89,7 @@ def failed(path: Path, error: OSError, hint: str) -> RaypotError:
         hint: what else the user should know.
     """
     reason = error.strerror or str(error)
-    if error.errno in _NOT_ALLOWED:
+    if error.errno in NOT_ALLOWED:
         return OutputError(
             f"{path}: cannot be written ({reason}); choose a folder that you may write to",
             path=str(path),
@@ -108,8 +105,16 @@ def _aside(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Flush the names of a folder, so that the rename itself survives a power loss."""
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file in place and flush it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names of a folder, so that a rename in it survives a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from raypot.durable import write_json, write_whole
 from raypot.errors import OutputError, StorageError
-from raypot.train.durable import write_json, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
