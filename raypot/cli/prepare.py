@@ -1,5 +1,6 @@
 """`raypot data`: make, look at and check stores."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,6 +149,8 @@ def sample_command(
     output: Path, molecule: str, temperatures: str, n_structures: int, seed: int
 ) -> None:
     """Make labelled structures by GFN2-xTB molecular dynamics (extra `label`), as extended XYZ."""
+    # One small molecule has no work for two threads; the idle one would spin.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from raypot.config import build
     from raypot.data.sample import SampleConfig, write_sample
     from raypot.errors import UsageError

@@ -196,9 +196,8 @@ def _open_store(config: RunConfig) -> Store:
 def _set_threads(runtime: RuntimeConfig, stack: ExitStack) -> None:
     """Set the threads of this process until the run is over, and the allocator for good."""
     tune_allocator()
-    if runtime.n_threads is not None:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(runtime.n_threads)
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(runtime.n_threads)
 
 
 def _result(

@@ -83,8 +83,11 @@ class RuntimeConfig(Config):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="Compile the step; auto does where it pays over the whole run."
     )
-    n_threads: int | None = Field(
-        None, ge=1, le=1024, description="Threads of one process; default: as torch finds best."
+    n_threads: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Threads of one process; micro-batches are too small for more to pay.",
     )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="Save also within an epoch, after this many minutes."

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -24,6 +24,7 @@ from raypot.errors import (
     StorageError,
     StoreError,
 )
+from raypot.tune.events import SearchEvent
 from raypot.tune.journal import Attempt
 from raypot.tune.owner import Ownership
 from raypot.tune.space import SearchSpace
@@ -46,36 +47,6 @@ FATAL: dict[str, type[RaypotError]] = {
         StoreError,
     )
 }
-
-
-class SearchEvent(NamedTuple):
-    """How a search stands.
-
-    Attributes:
-        done: trials that are finished: complete, pruned or failed.
-        running: trials that train now.
-        pruned: trials that were stopped early.
-        failed: trials that failed.
-        total: different configurations that will have been tried.
-        best: lowest val/score so far.
-        best_number: its trial.
-        best_metrics: the row of its best epoch, in raypot's units.
-        structures_per_second: summed over the running trials.
-        elapsed_s: since this driver began.
-        eta_s: expected rest; None before the first trial has finished.
-    """
-
-    done: int
-    running: int
-    pruned: int
-    failed: int
-    total: int
-    best: float | None
-    best_number: int | None
-    best_metrics: dict[str, float]
-    structures_per_second: float
-    elapsed_s: float
-    eta_s: float | None
 
 
 @dataclass
@@ -108,6 +79,7 @@ class Driver:
         space: SearchSpace,
         concurrency: int,
         owner: Ownership,
+        *,
         on_event: Callable[[SearchEvent], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -96,7 +96,7 @@ def run_trial(
         return report(history.report())
 
     try:
-        config = build(RunConfig, one_thread(task["config"]), str(folder))
+        config = build(RunConfig, task["config"], str(folder))
         _train_when_free(train, config, folder, on_epoch)
     except FAILURES as error:
         if not isinstance(error, RaypotError):
@@ -104,12 +104,6 @@ def run_trial(
         failure = f"{type(error).__name__}: {error}"
         return {**history.report(), "ended": True, "failure": failure, "kind": type(error).__name__}
     return {**history.report(), "ended": True}
-
-
-def one_thread(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `config` with one thread unless it says how many: trials run side by side."""
-    runtime = config["runtime"]
-    return {**config, "runtime": {**runtime, "n_threads": runtime.get("n_threads") or 1}}
 
 
 def _train_when_free(

@@ -23,7 +23,8 @@ from raypot.errors import Busy, ConfigError
 from raypot.train.run import train
 from raypot.train.signals import StopWish, stop_on_signals
 from raypot.tune.branches import at
-from raypot.tune.driver import Driver, SearchEvent
+from raypot.tune.driver import Driver
+from raypot.tune.events import SearchEvent
 from raypot.tune.owner import Ownership
 from raypot.tune.runner import Train
 from raypot.tune.samplers import SAMPLERS
@@ -112,7 +113,7 @@ def _search(
         study = Study.start(folder, space)
         study.journal.reconcile()
         with cluster(address, space.tune.concurrency) as n_parallel, stop_on_signals() as wish:
-            driver = Driver(study, space, n_parallel, owner, on_event)
+            driver = Driver(study, space, n_parallel, owner, on_event=on_event)
             try:
                 _run(driver, training, wish)
             finally:

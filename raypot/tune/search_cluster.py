@@ -2,14 +2,15 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 
-from raypot.errors import Busy
+from raypot.errors import Busy, UsageError
 from raypot.train.worker import local_cluster
 
 LONGEST_REASON = 300
@@ -35,7 +36,7 @@ def cluster(address: str, concurrency: int | None) -> Iterator[int]:
     """Start or join Ray, and leave it as it was found.
 
     Args:
-        address: `local`, or what `ray.init` joins.
+        address: `local`, or what `ray.init` joins from within a cluster: `auto`, `HOST:PORT`.
         concurrency: as asked for; None: one trial per core.
 
     Yields:
@@ -43,6 +44,7 @@ def cluster(address: str, concurrency: int | None) -> Iterator[int]:
 
     Raises:
         Busy: no cluster runs where one was to be joined.
+        UsageError: an address of Ray Client.
     """
     if ray.is_initialized():
         yield concurrency or n_cores()
@@ -50,7 +52,9 @@ def cluster(address: str, concurrency: int | None) -> Iterator[int]:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if address == "local":
         n_parallel = concurrency or len(os.sched_getaffinity(0))
-        with _environment(_settings(concurrency), without=ADDRESS), local_cluster(n_parallel):
+        with _environment(_settings(concurrency), without=ADDRESS), ExitStack() as stack:
+            with _children_that_ignore(signal.SIGTERM, signal.SIGUSR1):
+                stack.enter_context(local_cluster(n_parallel))
             yield n_parallel
         return
     with _environment(_settings(concurrency)):
@@ -61,8 +65,28 @@ def cluster(address: str, concurrency: int | None) -> Iterator[int]:
             ray.shutdown()
 
 
+@contextmanager
+def _children_that_ignore(*signals: signal.Signals) -> Iterator[None]:
+    """Start processes that do not die of signals sent to everything that a job started.
+
+    Schedulers and terminals signal whole groups. Ray has to outlive the driver's last epochs; it
+    ends with the driver in any case.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _join(address: str) -> None:
     """Connect to a cluster that runs."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: a search runs within its cluster, not over Ray Client; "
+            "use `ray job submit -- raypot tune ... --address auto`",
+            address=address,
+        )
     environment: dict[str, Any] = {"env_vars": SETTINGS}
     try:
         ray.init(

@@ -1,13 +1,15 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fake_training
 import pytest
 
 from raypot.errors import DivergedError, LabelError, SearchError
-from raypot.tune.driver import INTERRUPTED, Driver, SearchEvent
+from raypot.tune.driver import INTERRUPTED, Driver
+from raypot.tune.events import SearchEvent
 from raypot.tune.journal import Attempt
 from raypot.tune.owner import Ownership
 from raypot.tune.runner import History, run_trial
@@ -45,7 +47,7 @@ def start(
         def start(space: SearchSpace = space) -> Driver:
             study = Study.start(folder, space)
             study.journal.reconcile()
-            return Driver(study, space, 2, owner, events.append, clock)
+            return Driver(study, space, 2, owner, on_event=events.append, clock=clock)
 
         yield start
 
@@ -152,8 +154,6 @@ def test_an_interrupted_trial_goes_on_later(start) -> None:
 
 
 def test_at_the_time_limit_trials_count_as_they_are(start, space: SearchSpace, clock) -> None:
-    from dataclasses import replace
-
     limited = replace(space, tune=space.tune.model_copy(update={"time_limit": 1.0}))
     driver = start(limited)
     attempt = following(driver)
