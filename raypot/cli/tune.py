@@ -41,7 +41,7 @@ FILE = click.Path(path_type=Path)
     "--address",
     default="local",
     show_default=True,
-    help="Ray cluster: local starts one here, auto joins a running one, or ray://HOST.",
+    help="Ray cluster: local starts one here, auto or HOST:PORT joins a running one.",
 )
 @override_option
 @json_option

@@ -238,7 +238,7 @@ def test_a_full_disk_costs_no_more_than_the_epoch(
     ("changes", "message"),
     [
         ({"seed": 1}, r"seed: 0 -> 1"),
-        ({"loss__forces": {"weight": 3.0}}, r"loss\.forces\.weight: 10\.0 -> 3\.0"),
+        ({"loss__forces": {"weight": 3.0}}, r"loss\.forces\.weight: 1\.0 -> 3\.0"),
         ({"model": {"name": "painn"}}, r"model\.name: 'schnet' -> 'painn'.*--new"),
     ],
 )
@@ -369,7 +369,7 @@ def test_terms_are_off_by_weight_and_not_by_silence() -> None:
         RunConfig, {"loss": {"charges": {"weight": 2.0}, "forces": {"error": "mae"}}}, ""
     )
     weights = {name: term.weight for name, term in config.loss.items()}
-    assert weights == {"charges": 2.0, "energy": 1.0, "forces": 10.0}
+    assert weights == {"charges": 2.0, "energy": 1.0, "forces": 1.0}
     assert build(RunConfig, config.tree(), "again") == config
     assert read_run(None).loss.keys() == {"energy", "forces"}
 
