@@ -166,9 +166,8 @@ def tune_allocator() -> bool:
     """Make glibc keep the memory that a step frees, for the next step.
 
     By default it gives pages back after every step and asks for them again. Blocks up to 32 MiB
-    come from the heap, which is never trimmed and grows by 256 MiB at a time. With 32 molecules of
-    3BPA a step takes 167 ms instead of 199 (PaiNN) and 81 instead of 143 (SchNet); with 5 there is
-    no difference.
+    come from the heap, which is never trimmed and grows by 256 MiB at a time.
+    `benchmarks/step.py --no-allocator` shows what it is worth.
 
     Returns:
         Whether the allocator was set; False where it is not glibc's.

@@ -2,7 +2,7 @@
 
 Forces are derivatives of the energy inside the loss, so the gradient is nested: the inner one by
 positions and strain (`raypot.nn.derivatives.predict`, from `torch.func`), the outer one by the
-parameters. Eager, the outer one is taken by autograd, which is 1.3 times faster than a second
+parameters. Eager, the outer one is taken by autograd, which is faster than a second
 `torch.func.grad` because no graph of it is kept. Compiled, it is the nest of both: a compiler that
 is given the whole nest may fuse across both; one that is given only the forces returns wrong
 parameter gradients without a word, which is why it never is.
