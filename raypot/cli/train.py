@@ -1,5 +1,6 @@
 """`raypot train`: one potential from one run file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def _print_result(result: "TrainResult", config: "RunConfig", as_json: bool) -> 
                 "epochs": result.epochs,
                 "stopped": result.stopped,
                 "structures_per_second": result.structures_per_second,
-                "val": result.val,
+                "val": nested(result.val),
+                "test": judge_test_rows(result, config),
                 "wall_s": result.wall_s,
             }
         )
@@ -98,3 +100,32 @@ def _print_result(result: "TrainResult", config: "RunConfig", as_json: bool) -> 
     say(f"{result.stopped} after {result.epochs} epochs; best on val: {errors}")
     click.echo(f"model: {result.model}")
     click.echo(f"next: raypot evaluate {result.model} {config.data.store}")
+
+
+def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Turn `forces/rmse` into `forces: {rmse, unit}`, as `raypot evaluate` writes it."""
+    from raypot.properties import PROPERTIES
+
+    tree: dict[str, Any] = {}
+    for key, value in metrics.items():
+        name, slash, kind = key.partition("/")
+        if not slash:
+            branch = tree.setdefault("terms", {}) if name in PROPERTIES else tree
+            branch[name] = value
+            continue
+        per_atom = name.endswith("_per_atom")
+        unit = PROPERTIES[name.removesuffix("_per_atom")].unit + ("/atom" if per_atom else "")
+        tree.setdefault(name, {"unit": unit})[kind] = value
+    return tree
+
+
+def judge_test_rows(result: "TrainResult", config: "RunConfig") -> dict[str, Any] | None:
+    """Evaluate the finished model on its test rows; None where it has none."""
+    from raypot.data.splits import Split
+    from raypot.ensemble.evaluate import METRICS, evaluate
+    from raypot.ensemble.predictor import Predictor
+
+    if not len(Split.load(result.folder / "split.json").test):
+        return None
+    found = evaluate(Predictor.load(result.model), config.data.store, split="test")
+    return {name: found[name] for name in METRICS if name in found}

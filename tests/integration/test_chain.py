@@ -110,4 +110,6 @@ def test_from_a_raw_file_to_predictions_with_error_bars(sample: Path, tmp_path: 
 
     best = answer("train", study / "best.toml", "--out", tmp_path / "run")
     assert best["epochs"] == 3
+    assert best["test"]["forces"]["rmse"] > 0
+    assert best["val"]["forces"]["unit"] == "eV/Å"
     assert Path(best["model"]).is_file()
