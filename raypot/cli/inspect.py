@@ -30,7 +30,7 @@ PACKAGES = (
     "pydantic",
 )
 EXTRAS = {"label": "tblite", "report": "matplotlib"}
-KINDS = ("run", "space", "card")
+KINDS, SCHEMAS = ("run", "space", "card"), ("run", "card")
 SAFE_RAY = (2, 52)  # older versions have no token authentication
 
 
@@ -110,7 +110,7 @@ def _shared_memory() -> tuple[str, str]:
 
 
 @click.command("schema")
-@click.argument("kind", type=click.Choice(KINDS[::2]), default="run")
+@click.argument("kind", type=click.Choice(SCHEMAS), default="run")
 def schema_command(kind: str) -> None:
     """Print the JSON Schema of a run file or a dataset card, for editors."""
     print_json(_config_class(kind).model_json_schema())

@@ -96,6 +96,9 @@ def _print_result(result: "TrainResult", config: "RunConfig", as_json: bool) -> 
             }
         )
         return
+    if not result.epochs:
+        say(f"{result.stopped} in the first epoch; repeat the command to go on")
+        return
     errors = ", ".join(f"{name} {text}" for name, text in errors_of(dict(result.val)).items())
     say(f"{result.stopped} after {result.epochs} epochs; best on val: {errors}")
     click.echo(f"model: {result.model}")
@@ -120,12 +123,12 @@ def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def judge_test_rows(result: "TrainResult", config: "RunConfig") -> dict[str, Any] | None:
-    """Evaluate the finished model on its test rows; None where it has none."""
+    """Evaluate the model on its test rows; None where there are none, or training goes on."""
     from raypot.data.splits import Split
     from raypot.ensemble.evaluate import METRICS, evaluate
     from raypot.ensemble.predictor import Predictor
 
-    if not len(Split.load(result.folder / "split.json").test):
+    if result.stopped == "interrupted" or not len(Split.load(result.folder / "split.json").test):
         return None
     found = evaluate(Predictor.load(result.model), config.data.store, split="test")
     return {name: found[name] for name in METRICS if name in found}

@@ -1,7 +1,9 @@
 """What a user sees when she is wrong: one clear line and the right exit code."""
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,25 @@ def test_an_output_that_cannot_be_created_is_named(tmp_path: Path, store: Path) 
     code, line = raypot("train", "--data", store, "--out", tmp_path / "file" / "run", *EASY)
     assert code == 73
     assert "file" in line
+
+
+@pytest.mark.parametrize("output", [[], ["--json"]], ids=["words", "json"])
+def test_a_run_that_is_terminated_says_so(tmp_path: Path, store: Path, output: list[str]) -> None:
+    """Also in its first epoch, when there is no model to judge."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "raypot.cli", "train", "--data", store, "--out", out]
+    command += [*EASY, "-otraining.n_epochs=100000", "-otraining.patience=100000"]
+    command += ["-oruntime.compile=never", *output]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "targets.json").exists() and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(0.1)  # the first step is on its way
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "error" not in stderr
+    if output:
+        answer = json.loads(stdout)
+        assert (answer["stopped"], answer["test"]) == ("interrupted", None)
+    else:
+        assert "interrupted" in stderr
